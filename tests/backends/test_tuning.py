@@ -77,3 +77,5 @@ def test_the_most_demanding_call_has_tiles_for_every_kernel(generation):
         ]  # fmt: skip
         assert all(min(tile.rows, tile.keys) >= 16 for tile in tiles)
         assert all(n & (n - 1) == 0 for tile in tiles for n in (tile.rows, tile.keys, tile.warps))
+        of_distances = tuning.score_tiles(*kind)[1]
+        assert of_distances.rows <= of_distances.keys  # two tiles hold the keys of all its distances

@@ -159,20 +159,22 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# The same for scores that need more registers: a tile map, a bias, dropout. A call with all of these and every score
-# rule still fits.
+# The same for scores that need more registers: a tile map, a bias, dropout, in wide heads a table. A call with all of
+# these and every score rule still fits.
 _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
         (128, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1)),
     ),
     ("blackwell", 2): (
         (64, Tile(64, 32, 4, 1), Tile(16, 64, 4, 1)),
         (128, Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+        (256, Tile(64, 32, 8, 1), Tile(32, 16, 8, 1)),
     ),
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-        (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
         (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
@@ -182,22 +184,23 @@ _BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("blackwell", 2): (_DEMANDING["blackwell", 2][0], (128, Tile(64, 32, 8, 1), Tile(64, 64, 8, 1))),
 }
 
-# The owners of tiles of a bias, and of blocks of distances: squares, since the accumulator of a longer tile spills.
+# The owners of tiles of a bias, and of blocks of distances. Those of distances have as many keys as rows, or more, since
+# they cut the keys of all rows out of two tiles.
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
-    ("hopper", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("blackwell", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 2): ((128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
-    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
+    ("other", 4): ((128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
-    ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
+    ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(32, 64, 8, 1)), (512, Tile(16, 16, 4, 1))),
     ("blackwell", 2): (
         (64, Tile(32, 32, 8, 1)),
         (128, Tile(64, 64, 8, 1)),
-        (256, Tile(32, 32, 8, 1)),
+        (256, Tile(16, 16, 8, 1)),
         (512, Tile(16, 16, 4, 1)),
     ),
-    ("other", 2): ((64, Tile(16, 32, 8, 1)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((64, Tile(16, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 
@@ -247,7 +250,8 @@ def backward_tiles(generation: str, itemsize: int, widest: int, needs: Needs = N
     if generation == "interpreter":
         return _INTERPRETED, _INTERPRETED
     kind = (generation, itemsize) if (generation, itemsize) in _BACKWARD else ("other", itemsize)
-    demanding = needs & (Needs.MAP | Needs.PAIRS | Needs.DROPOUT)
+    table_of_wide_heads = Needs.DISTANCES if widest > 128 else NOTHING
+    demanding = needs & (Needs.MAP | Needs.PAIRS | Needs.DROPOUT | table_of_wide_heads)
     biased = demanding == Needs.PAIRS and Needs.DISTANCES not in needs
     tables = (_BIASED if biased else {}, _DEMANDING if demanding else {}, _BACKWARD)
     table = [line for of_needs in tables for line in of_needs.get(kind, ())]
@@ -298,14 +302,18 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
     if widest > 256:
         return Tile(16, 16, 8, 1)
     limit = 64 if generation == "blackwell" else 128
-    large = itemsize == 2 and widest <= limit and Needs.MAP not in needs
-    return Tile(64, 64, 8, 1) if large else Tile(32, 32, 8, 1)
+    if Needs.MAP in needs and itemsize == 2:
+        return Tile(32, 16, 8, 1)
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers."""
+    """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers; in wide heads of 4
+    warps, with which several intervals do not spill."""
     tile = observing_tile(generation, itemsize, widest)
-    return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile
+    if generation == "ampere" and widest == 128 and tile.keys > 32:
+        return tile._replace(keys=32)
+    return tile._replace(warps=4) if itemsize == 2 and 128 < widest <= 256 else tile
 
 
 def _of_table(
@@ -322,8 +330,10 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     tile = _of_table(_LARGEST, generation, itemsize, widest)
     if needs & _OBSERVED and itemsize == 4 and widest <= 256:
         return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
-    few = needs & _OBSERVED or (tile.rows > 32 and top > 16)
-    return tile._replace(keys=min(tile.keys, 32), stages=1) if few else tile
+    if needs & _OBSERVED:
+        most = 128 if generation == "hopper" else 64
+        return tile._replace(rows=min(tile.rows, most), keys=min(tile.keys, 32), stages=1)
+    return tile._replace(keys=min(tile.keys, 32), stages=1) if tile.rows > 32 and top > 16 else tile
 
 
 def column_tile(
