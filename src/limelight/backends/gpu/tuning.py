@@ -165,7 +165,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
         (128, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1)),
-        (256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1)),
+        (256, Tile(64, 16, 8, 2), Tile(32, 32, 8, 1)),
     ),
     ("blackwell", 2): (
         (64, Tile(64, 32, 4, 1), Tile(16, 64, 4, 1)),
@@ -175,6 +175,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
         (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
         (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
@@ -189,7 +190,7 @@ _BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("blackwell", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
+    ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 8, 1)), (512, Tile(16, 16, 4, 1))),
     ("other", 4): ((128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
@@ -200,7 +201,13 @@ _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
         (256, Tile(16, 16, 8, 1)),
         (512, Tile(16, 16, 4, 1)),
     ),
-    ("other", 2): ((64, Tile(16, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("ampere", 2): ((64, Tile(16, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): (
+        (64, Tile(16, 32, 8, 1)),
+        (128, Tile(32, 32, 8, 1)),
+        (256, Tile(16, 16, 4, 1)),
+        (512, Tile(16, 16, 8, 1)),
+    ),
     ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 
@@ -308,12 +315,11 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers; in wide heads of 4
-    warps, with which several intervals do not spill."""
+    """The tile of the normalizers' kernel: as for observing, or with fewer keys, for the registers of Ampere's and those of
+    several intervals in wide heads."""
     tile = observing_tile(generation, itemsize, widest)
-    if generation == "ampere" and widest == 128 and tile.keys > 32:
-        return tile._replace(keys=32)
-    return tile._replace(warps=4) if itemsize == 2 and 128 < widest <= 256 else tile
+    most = 32 if generation == "ampere" and widest == 128 else 16 if itemsize == 2 and widest > 128 else 64
+    return tile._replace(keys=min(tile.keys, most))
 
 
 def _of_table(
@@ -331,8 +337,8 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     if needs & _OBSERVED and itemsize == 4 and widest <= 256:
         return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
     if needs & _OBSERVED:
-        most = 128 if generation == "hopper" else 64
-        return tile._replace(rows=min(tile.rows, most), keys=min(tile.keys, 32), stages=1)
+        most, warps = 128 if generation == "hopper" else 64, 4 if generation == "blackwell" else tile.warps
+        return tile._replace(rows=min(tile.rows, most), keys=min(tile.keys, 32), warps=warps, stages=1)
     return tile._replace(keys=min(tile.keys, 32), stages=1) if tile.rows > 32 and top > 16 else tile
 
 
