@@ -175,7 +175,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
         (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-        (256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+        (256, Tile(16, 16, 4, 1), Tile(16, 16, 8, 1)),
         (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
@@ -185,8 +185,8 @@ _BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("blackwell", 2): (_DEMANDING["blackwell", 2][0], (128, Tile(64, 32, 8, 1), Tile(64, 64, 8, 1))),
 }
 
-# The owners of tiles of a bias, and of blocks of distances. Those of distances have as many keys as rows, or more, since
-# they cut the keys of all rows out of two tiles.
+# The owners of tiles of a bias, and of blocks of distances. The latter have at least as many keys as rows, since they
+# cut the keys of all rows out of two tiles.
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("blackwell", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
@@ -315,8 +315,8 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the normalizers' kernel: as for observing, or with fewer keys, for the registers of Ampere's and those of
-    several intervals in wide heads."""
+    """The tile of the normalizers' kernel: as for observing, or with fewer keys (Ampere's registers; several intervals
+    in wide heads)."""
     tile = observing_tile(generation, itemsize, widest)
     most = 32 if generation == "ampere" and widest == 128 else 16 if itemsize == 2 and widest > 128 else 64
     return tile._replace(keys=min(tile.keys, most))
