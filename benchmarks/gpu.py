@@ -87,7 +87,7 @@ def main() -> int:
         result["candidates"] = candidates(options, failures)
     if options.part in ("all", "speed"):
         result["speed"] = speed(device, options)
-        result["decode"] = decode(device, options.tiny, options.seconds)
+        result["decode"] = decode(device, options.tiny, options.seconds, failures)
         result["observations"] = observations(device, options.tiny, options.seconds)
         result["host"] = host(device, options.tiny)
         result["graph"] = graph(device, failures)
@@ -137,7 +137,7 @@ def what_would_run(part: str) -> list[str]:
         "candidates": [f"flash3 forward {width}, both forms" for width in CANDIDATES],
         "speed": [
             *(f"{form} {D} {length} {str(dtype)[6:]}, both ways" for dtype, D, length, form in speed_cases()),
-            "decode", "observations", "host", "CUDA graphs",
+            "decode in rows and in pages", "observations", "host", "CUDA graphs",
         ],
     }  # fmt: skip
     return [f"{name}: {case}" for name in parts if part in ("all", name) for case in parts[name]]
