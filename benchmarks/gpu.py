@@ -18,8 +18,9 @@
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
   FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Our backward passes
   take seven products where five are counted; their rate counting all seven is given too. Decode is in GB/s, of the
-  measured memory bandwidth. Then the cost of observations, the host's time of a call, whether CUDA graphs capture a
-  call, and the goals and predictions (see ``benchmarks/predictions.md``) beside the measurements.
+  measured memory bandwidth, with keys in rows and in pages. Then the cost of observations, the host's time of a call,
+  whether CUDA graphs capture a call, and the goals with their predictions (see ``benchmarks/predictions.md``) and what
+  was measured before and now; where a candidate was measured in the same run, the faster form counts.
 
 Results are written to ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """

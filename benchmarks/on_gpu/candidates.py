@@ -113,7 +113,12 @@ def times(device: torch.device, width: int, lengths: tuple[int, ...], seconds: f
                 for _ in range(2)
             ]
             row = {form: 1e-9 * flop / min(turn[form] for turn in turns) for form in TABLES}
-            rows.append({"form": name, "length": length, "tflops": row, "gain": row["candidate"] / row["measured"]})
+            rows.append(
+                {
+                    "form": name, "direction": "forward", "D": width, "length": length, "dtype": "bfloat16",
+                    "tflops": row, "gain": row["candidate"] / row["measured"],
+                }
+            )  # fmt: skip
             shown = "  ".join(f"{form} {value:6.1f}" for form, value in row.items())
             print(f"flash3 forward {width} {name} {length}: {shown} TFLOP/s, {rows[-1]['gain']:.2f}", flush=True)
     return rows
