@@ -52,7 +52,8 @@ def test_a_need_never_makes_a_forward_tile_larger(generation):
         plain, tile = (tuning.forward_tile(generation, itemsize, widest, 4096, n) for n in (NOTHING, needs))
         assert tile.rows <= plain.rows
         assert tile.keys <= plain.keys
-        assert tile.keys * tile.stages <= plain.keys * plain.stages  # what moves through shared memory
+        of_keys = (tile.stages + 1) // 2 if Needs.PAGES in needs else tile.stages  # the others are of page numbers
+        assert tile.keys * of_keys <= plain.keys * plain.stages  # what moves through shared memory
         assert min(tile.rows, tile.keys) >= 16
 
 
@@ -63,7 +64,15 @@ def test_few_rows_have_small_tiles(generation):
         tile = tuning.forward_tile(generation, 2, widest, rows, needs)
         assert tile.rows <= max(16, 2 * rows - 1)
         assert tile.rows >= min(rows, whole.rows)
-        assert tile._replace(rows=whole.rows, warps=whole.warps) == whole
+        assert tile._replace(rows=whole.rows, warps=whole.warps, stages=whole.stages) == whole
+        assert tile.stages == whole.stages or Needs.PAGES in needs
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_decoding_over_pages_copies_two_blocks_ahead(generation):
+    """Of the stages but one, the compiler gives half to the numbers of pages and half to keys and values."""
+    for itemsize, widest in itertools.product((2, 4), WIDTHS):
+        assert (tuning.forward_tile(generation, itemsize, widest, 4, Needs.PAGES).stages - 1) // 2 >= 2
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -120,6 +120,7 @@ def needs(call: Call) -> Needs:
         Needs.DROPOUT: call.dropout > 0,
         Needs.ENTROPY: call.observe is not None and call.observe.entropy,
         Needs.COMPARE: call.compare is not None,
+        Needs.PAGES: call.pages is not None,
     }
     return reduce(or_, (need for need, there in facts.items() if there), NOTHING)
 

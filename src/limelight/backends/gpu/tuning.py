@@ -34,6 +34,7 @@ class Needs(Flag):
     DROPOUT = auto()
     ENTROPY = auto()
     COMPARE = auto()  # an additive comparison
+    PAGES = auto()  # keys and values in pages, whose numbers are loaded first
 
 
 NOTHING = Needs(0)
@@ -280,10 +281,18 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
             tile = tile._replace(
                 rows=min(tile.rows, most.rows), keys=min(tile.keys, most.keys), stages=min(tile.stages, most.stages)
             )
-    if rows >= tile.rows:
-        return tile
-    few = max(16, 1 << (rows - 1).bit_length())
-    return tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+    if rows < tile.rows:
+        few = max(16, 1 << (rows - 1).bit_length())
+        tile = tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+        if Needs.PAGES in needs:  # a step of decoding waits for memory alone
+            tile = tile._replace(stages=max(tile.stages, 3))
+    return _over_pages(tile) if Needs.PAGES in needs else tile
+
+
+def _over_pages(tile: Tile) -> Tile:
+    """The tile of a loop that copies keys as many blocks ahead as with ``tile``, where the number of a key's page is
+    loaded before the key: the compiler divides the stages between the two."""
+    return tile._replace(stages=2 * tile.stages - 1)
 
 
 def flash1_tile(generation: str, itemsize: int, widest: int) -> Tile:
@@ -334,6 +343,8 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     if generation == "interpreter":
         return _INTERPRETED
     tile = _of_table(_LARGEST, generation, itemsize, widest)
+    if Needs.PAGES in needs:
+        tile = _over_pages(tile)
     if needs & _OBSERVED and itemsize == 4 and widest <= 256:
         return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
     if needs & _OBSERVED:
