@@ -64,8 +64,8 @@ def test_few_rows_have_small_tiles(generation):
         tile = tuning.forward_tile(generation, 2, widest, rows, needs)
         assert tile.rows <= max(16, 2 * rows - 1)
         assert tile.rows >= min(rows, whole.rows)
-        assert tile._replace(rows=whole.rows, warps=whole.warps, stages=whole.stages) == whole
-        assert tile.stages == whole.stages or Needs.PAGES in needs
+        assert tile.keys == whole.keys or (generation == "blackwell" and tile.keys < whole.keys)
+        assert tile.stages == whole.stages or tile.keys < whole.keys or Needs.PAGES in needs
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

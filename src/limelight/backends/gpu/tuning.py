@@ -88,9 +88,14 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 # With the entropy of each row, for which exponents stay in registers beside the weights: half the keys, where there are
 # more than 32, and for wide heads one stage more.
 _FORWARD_WITH_ENTROPY: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
-    ("hopper", 2): (*_FORWARD["hopper", 2][:1], (128, Tile(128, 64, 8, 3)), (192, Tile(128, 32, 8, 3))),
+    ("hopper", 2): (
+        *_FORWARD["hopper", 2][:1],
+        (128, Tile(128, 64, 8, 3)),
+        (192, Tile(128, 32, 8, 3)),
+        (256, Tile(64, 32, 8, 2)),
+    ),
     ("blackwell", 2): ((128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2))),  # width 64: of 128 keys 204 bytes
-    ("other", 2): (*_FORWARD["other", 2][:1], (128, Tile(128, 32, 8, 3))),
+    ("other", 2): (*_FORWARD["other", 2][:1], (128, Tile(128, 32, 8, 3)), (192, Tile(64, 16, 8, 2))),
 }
 
 
@@ -130,6 +135,7 @@ _MOST = (
     _Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
     _Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     _Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
+    *(_Most(Needs.ENTROPY | need, _BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.PAIRS)),
 )
 
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
@@ -160,8 +166,8 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# The same for scores that need more registers: a tile map, a bias, dropout, in wide heads a table. A call with all of
-# these and every score rule still fits.
+# The same for scores that need more registers: a tile map, a bias, dropout, in wide heads other rules. A call with all
+# of these and every score rule still fits.
 _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
@@ -217,8 +223,9 @@ _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 # on Blackwell 32 rows, whose products leave results in registers (a reduction of theirs in tensor memory fails).
 _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(32, 32, 8, 1))),
-    ("blackwell", 2): ((256, Tile(32, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((128, Tile(32, 64, 8, 1)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("ampere", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 4): (
         (64, Tile(32, 32, 8, 1)),
         (128, Tile(16, 16, 4, 1)),
@@ -232,9 +239,9 @@ _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 # leave room for two programs; on GeForce Blackwell they spill 52 bytes.
 _COLUMNS: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 128, 4, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
-    ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(16, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
     ("ampere", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 2): ((128, Tile(64, 64, 8, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(64, 64, 8, 2)), (256, Tile(16, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 4): ((256, Tile(16, 16, 4, 1)), (512, Tile(16, 16, 8, 1))),  # 32 keys spill up to 15 KB
 }
 
@@ -258,8 +265,9 @@ def backward_tiles(generation: str, itemsize: int, widest: int, needs: Needs = N
     if generation == "interpreter":
         return _INTERPRETED, _INTERPRETED
     kind = (generation, itemsize) if (generation, itemsize) in _BACKWARD else ("other", itemsize)
-    table_of_wide_heads = Needs.DISTANCES if widest > 128 else NOTHING
-    demanding = needs & (Needs.MAP | Needs.PAIRS | Needs.DROPOUT | table_of_wide_heads)
+    demanding = needs & (Needs.MAP | Needs.PAIRS | Needs.DROPOUT)
+    if widest > 128:
+        demanding |= needs & (Needs.DISTANCES | (Needs.RULES | Needs.INTERVALS if generation == "hopper" else NOTHING))
     biased = demanding == Needs.PAIRS and Needs.DISTANCES not in needs
     tables = (_BIASED if biased else {}, _DEMANDING if demanding else {}, _BACKWARD)
     table = [line for of_needs in tables for line in of_needs.get(kind, ())]
@@ -284,6 +292,8 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
     if rows < tile.rows:
         few = max(16, 1 << (rows - 1).bit_length())
         tile = tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+        if generation == "blackwell" and tile.keys > 64:  # 128 keys spill in some widths
+            tile = tile._replace(keys=64, stages=3)
         if Needs.PAGES in needs:  # a step of decoding waits for memory alone
             tile = tile._replace(stages=max(tile.stages, 3))
     return _over_pages(tile) if Needs.PAGES in needs else tile
@@ -318,7 +328,7 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
     if widest > 256:
         return Tile(16, 16, 8, 1)
     limit = 64 if generation == "blackwell" else 128
-    if Needs.MAP in needs and itemsize == 2:
+    if itemsize == 2 and (Needs.MAP in needs or (widest > 128 and needs & _OBSERVED)):
         return Tile(32, 16, 8, 1)
     return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
 
@@ -348,8 +358,11 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     if needs & _OBSERVED and itemsize == 4 and widest <= 256:
         return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
     if needs & _OBSERVED:
-        most, warps = 128 if generation == "hopper" else 64, 4 if generation == "blackwell" else tile.warps
-        return tile._replace(rows=min(tile.rows, most), keys=min(tile.keys, 32), warps=warps, stages=1)
+        if generation == "hopper" or widest > 256:
+            return tile._replace(keys=min(tile.keys, 32), stages=1)
+        if widest > 128:
+            return Tile(32, 16, 8 if generation == "blackwell" else 4, 1)
+        return Tile(32, 32, 4, 1) if generation == "blackwell" else Tile(64, 32, 8, 1)
     return tile._replace(keys=min(tile.keys, 32), stages=1) if tile.rows > 32 and top > 16 else tile
 
 
@@ -362,7 +375,8 @@ def column_tile(
     """
     tile = _INTERPRETED if generation == "interpreter" else _of_table(_COLUMNS, generation, itemsize, widest)
     if needs & _OBSERVED and generation != "interpreter" and itemsize < 4:
-        tile = Tile(16, min(tile.keys, 32), 8, 1)  # 120 registers; 32 rows spill on some GPUs, whatever the warps
+        # 120 registers; 32 rows spill on some GPUs, whatever the warps
+        tile = Tile(16, min(tile.keys, 32 if widest <= 128 else 16), 8, 1)
     if wide is None:
         return tile, 1
     tile = tile._replace(rows=fitting(high, tile.rows))
