@@ -23,7 +23,7 @@ from unittest import mock
 
 import torch
 import triton
-from machine_code import report
+from machine_code import REGISTERS, SPILLED, report, sum_of
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
@@ -32,7 +32,7 @@ from triton.runtime.jit import JITFunction
 import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
-from limelight.backends.gpu import flash1, flash2, machine, plans
+from limelight.backends.gpu import flash1, flash2, launching, machine, plans
 from limelight.backends.gpu.hopper import flash3, flash3_float8, tuning
 from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, ForwardStages
 from limelight.backends.gpu.tuning import width
@@ -227,6 +227,12 @@ def assembled(self: CUDABackend, ptx: str, metadata: dict[str, Any], options: An
     return binary
 
 
+def resources(kernel: Any) -> tuple[int, int]:
+    """The registers of a thread of a compiled kernel and the bytes that it spills, as the assembler says."""
+    words = kernel.metadata.assembler
+    return sum_of(REGISTERS, words), sum_of(SPILLED, words)
+
+
 @contextmanager
 def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
     """Inside, a launch compiles its kernel for the GPU and appends it to the list, with whether it is a rescue, which
@@ -236,16 +242,20 @@ def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
     run = JITFunction.run
 
     def record(self: Any, *args: Any, warmup: bool = False, **settings: Any) -> Any:
-        compiled.append((run(self, *args, warmup=True, **settings), settings.get("RESCUE", False)))
-        return compiled[-1][0]
+        kernel = run(self, *args, warmup=True, **settings)
+        if not warmup:
+            compiled.append((kernel, settings.get("RESCUE", False)))
+        return kernel
 
     triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
     plans.clear()  # of another generation
+    launching.forget_spills()
     cache = Path(knobs.cache.dir)  # apart from kernels that were compiled without a word of the assembler
     with (
         mock.patch.object(knobs.cache, "dir", str(cache if cache.name == "ahead" else cache / "ahead")),
         mock.patch.object(CUDABackend, "make_cubin", assembled),
         mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(launching, "resources", resources),
         mock.patch.object(machine, "generation", return_value=TILES_OF.get(generation, generation)),
         mock.patch.object(machine, "processors", return_value=132),
     ):

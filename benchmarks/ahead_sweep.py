@@ -35,7 +35,7 @@ from triton.runtime.jit import JITFunction
 
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
-from limelight.backends.gpu import flash1, flash2
+from limelight.backends.gpu import flash1, flash2, launching
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -137,21 +137,33 @@ class Resources(NamedTuple):
     spilled: int
 
 
+#: The line of PTX by which `launching.with_registers` lets a thread have all registers.
+LIMIT = f".maxnreg {launching.MOST_REGISTERS}\n"
+
+
 def resources(kernel: Any, chip: str, cache: Path) -> Resources:
-    """What the assembler makes of a kernel for a chip; kept in ``cache`` where it is not the one compiled for."""
+    """What the assembler makes of a kernel for a chip, with more registers where it would spill needlessly."""
     target = kernel.metadata.target
-    words = kernel.metadata.assembler
-    if chip != f"sm_{target.arch}":
-        ptx = re.sub(r"^\.target sm_\d+", f".target {chip}", kernel.asm["ptx"], flags=re.MULTILINE)
-        kept = cache / "assembled" / f"{hashlib.sha256(ptx.encode()).hexdigest()}.txt"
-        if not kept.exists():
-            backend, found = CUDABackend(GPUTarget("cuda", int(chip[3:]), 32)), {}
-            ahead.assembled(backend, ptx, found, backend.parse_options({}), int(chip[3:]))
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            whole = kept.with_suffix(f".{os.getpid()}")
-            whole.write_text(found["assembler"])
-            whole.replace(kept)
-        words = kept.read_text()
+    if chip == f"sm_{target.arch}":
+        return Resources(*ahead.resources(kernel))
+    ptx = re.sub(r"^\.target sm_\d+", f".target {chip}", kernel.asm["ptx"].replace(LIMIT, ""), flags=re.MULTILINE)
+    found = assembled(ptx, chip, cache)
+    if launching.spills_needlessly(*found) and ".maxnreg" not in ptx:
+        found = assembled(ptx.replace("\n.reqntid", f"\n{LIMIT}.reqntid"), chip, cache)
+    return found
+
+
+def assembled(ptx: str, chip: str, cache: Path) -> Resources:
+    """What the assembler makes of PTX for a chip, kept in ``cache``."""
+    kept = cache / "assembled" / f"{hashlib.sha256(ptx.encode()).hexdigest()}.txt"
+    if not kept.exists():
+        backend, found = CUDABackend(GPUTarget("cuda", int(chip[3:]), 32)), {}
+        ahead.assembled(backend, ptx, found, backend.parse_options({}), int(chip[3:]))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        whole = kept.with_suffix(f".{os.getpid()}")
+        whole.write_text(found["assembler"])
+        whole.replace(kept)
+    words = kept.read_text()
     return Resources(sum_of(REGISTERS, words), sum_of(SPILLED, words))
 
 
@@ -167,7 +179,8 @@ def compiled(
         rescue = settings.get("RESCUE", False)
         if rescue and not rescues:
             return None
-        if kernel := launch(self, *args, warmup=True, **settings):
+        kernel = launch(self, *args, warmup=True, **settings)
+        if kernel and not warmup:
             found.append((kernel, rescue, settings))
         return kernel
 

@@ -47,7 +47,43 @@ class Launched(NamedTuple):
 
     def dispatch(self) -> Any:
         """Launch through Triton's dispatch, which returns the compiled kernel, or ``None`` from its interpreter."""
-        return self.kernel[self.grid](*self.arguments, **self.settings)
+        settings = self.settings if interpreted() else with_registers(self.kernel, self.arguments, self.settings)
+        return self.kernel[self.grid](*self.arguments, **settings)
+
+
+MOST_REGISTERS = 255  # of a thread
+_spilling: dict[tuple[Any, ...], bool] = {}  # kernels and settings -> whether they spill though registers are left
+
+
+def with_registers(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a launch, with ``maxnreg`` where a thread would spill registers although it has not all of them.
+
+    The assembler spills a few registers where more programs then fit on a multiprocessor. A limit that allows all of
+    them makes it spill none; given to every kernel, the limit would cost others their second program. So a kernel is
+    compiled, and looked at, before its first launch. Rescues, which may spill, are left as they are.
+    """
+    if "maxnreg" in settings or settings.get("RESCUE"):
+        return settings
+    key = (kernel, *settings.items())
+    if key not in _spilling:
+        _spilling[key] = spills_needlessly(*resources(kernel.warmup(*arguments, grid=(1,), **settings)))
+    return settings | {"maxnreg": MOST_REGISTERS} if _spilling[key] else settings
+
+
+def forget_spills() -> None:
+    """Look at all kernels again before their next launch: another GPU compiles them."""
+    _spilling.clear()
+
+
+def spills_needlessly(registers: int, spilled: int) -> bool:
+    """Whether a kernel spills although a thread could have more registers."""
+    return spilled > 0 and registers < MOST_REGISTERS
+
+
+def resources(compiled: Any) -> tuple[int, int]:
+    """The registers of a thread of a compiled kernel, and how many it spills."""
+    _ = compiled.run  # which loads the kernel, so that the driver knows them
+    return compiled.n_regs, compiled.n_spills
 
 
 class Recorder(Protocol):

@@ -54,6 +54,10 @@ def parts(size: int) -> tuple[int, int]:
 
 _INTERPRETED = Tile(16, 16, 4, 1)
 
+# Of a step of decoding over pages, which waits for memory alone: the compiler gives two to the numbers of pages, and two
+# to keys and values, which are copied two blocks ahead.
+_STAGES_OVER_PAGES = 5
+
 # (generation, bytes of an element) -> (largest head width, tile), ascending.
 _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): (
@@ -126,7 +130,11 @@ _MOST = (
     _Most(Needs.DROPOUT, ("hopper",), (64, 512), 128, 64, 3),
     _Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
     _Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
-    *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES, Needs.DROPOUT)),
+    *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.RULES, Needs.INTERVALS, Needs.DROPOUT)),
+    _Most(Needs.INTERVALS, ("hopper",), (128, 192), 128, 32, 2),
+    _Most(Needs.INTERVALS, ("blackwell",), (128, 512), 64, 32, 2),
+    _Most(Needs.PAIRS, ("blackwell",), (128, 512), 64, 32, 2),
+    *(_Most(need, _BEFORE_HOPPER, (192, 512), 32, 32, 2) for need in (Needs.MAP, Needs.INTERVALS)),
     # a plain call of this width has 255 registers already
     *(
         _Most(need, ("hopper",), (192, 512), 64, 32, 2)
@@ -182,7 +190,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
         (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-        (256, Tile(16, 16, 4, 1), Tile(16, 16, 8, 1)),
+        (256, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
         (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
@@ -205,14 +213,13 @@ _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("blackwell", 2): (
         (64, Tile(32, 32, 8, 1)),
         (128, Tile(64, 64, 8, 1)),
-        (256, Tile(16, 16, 8, 1)),
+        (256, Tile(16, 32, 8, 1)),
         (512, Tile(16, 16, 4, 1)),
     ),
-    ("ampere", 2): ((64, Tile(16, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 2): (
         (64, Tile(16, 32, 8, 1)),
         (128, Tile(32, 32, 8, 1)),
-        (256, Tile(16, 16, 4, 1)),
+        (256, Tile(16, 32, 8, 1)),
         (512, Tile(16, 16, 8, 1)),
     ),
     ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
@@ -294,15 +301,9 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
         tile = tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
         if generation == "blackwell" and tile.keys > 64:  # 128 keys spill in some widths
             tile = tile._replace(keys=64, stages=3)
-        if Needs.PAGES in needs:  # a step of decoding waits for memory alone
-            tile = tile._replace(stages=max(tile.stages, 3))
-    return _over_pages(tile) if Needs.PAGES in needs else tile
-
-
-def _over_pages(tile: Tile) -> Tile:
-    """The tile of a loop that copies keys as many blocks ahead as with ``tile``, where the number of a key's page is
-    loaded before the key: the compiler divides the stages between the two."""
-    return tile._replace(stages=2 * tile.stages - 1)
+        if Needs.PAGES in needs:
+            tile = tile._replace(stages=_STAGES_OVER_PAGES)
+    return tile
 
 
 def flash1_tile(generation: str, itemsize: int, widest: int) -> Tile:
@@ -334,11 +335,9 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the normalizers' kernel: as for observing, or with fewer keys (Ampere's registers; several intervals
-    in wide heads)."""
+    """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers."""
     tile = observing_tile(generation, itemsize, widest)
-    most = 32 if generation == "ampere" and widest == 128 else 16 if itemsize == 2 and widest > 128 else 64
-    return tile._replace(keys=min(tile.keys, most))
+    return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile
 
 
 def _of_table(
@@ -353,15 +352,13 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     if generation == "interpreter":
         return _INTERPRETED
     tile = _of_table(_LARGEST, generation, itemsize, widest)
-    if Needs.PAGES in needs:
-        tile = _over_pages(tile)
     if needs & _OBSERVED and itemsize == 4 and widest <= 256:
         return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
     if needs & _OBSERVED:
         if generation == "hopper" or widest > 256:
             return tile._replace(keys=min(tile.keys, 32), stages=1)
         if widest > 128:
-            return Tile(32, 16, 8 if generation == "blackwell" else 4, 1)
+            return Tile(32, 16, 8, 1)
         return Tile(32, 32, 4, 1) if generation == "blackwell" else Tile(64, 32, 8, 1)
     return tile._replace(keys=min(tile.keys, 32), stages=1) if tile.rows > 32 and top > 16 else tile
 
