@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
+from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.gpu import arguments, tuning
 from limelight.backends.gpu.tuning import NOTHING, Needs
 from limelight.forms.settings import Settings
@@ -28,6 +28,12 @@ CALLS = [
     ({"observe": Observe(entropy=True)}, Needs.ENTROPY),
     ({"observe": Observe(top=2, received=True)}, NOTHING),
 ]
+
+
+def test_pages_are_a_need():
+    pages, layout = torch.zeros(2, 2, 16, 16), Paged((1, 1), (20, 9), [[0, 1], [1, 0]])
+    call = prepare(torch.zeros(1, 2, 2, 16), pages, pages, Settings(pattern=Causal(), layout=layout))
+    assert Needs.PAGES in arguments.needs(call)
 
 
 @pytest.mark.parametrize(("settings", "needs"), CALLS, ids=lambda x: str(x) if isinstance(x, Needs) else "")

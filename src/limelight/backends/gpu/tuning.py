@@ -54,8 +54,8 @@ def parts(size: int) -> tuple[int, int]:
 
 _INTERPRETED = Tile(16, 16, 4, 1)
 
-# Of a step of decoding over pages, which waits for memory alone: the compiler gives two to the numbers of pages, and two
-# to keys and values, which are copied two blocks ahead.
+# Of a step of decoding over pages, which waits for memory alone: the compiler gives two to the numbers of pages, and
+# two to keys and values, which are copied two blocks ahead.
 _STAGES_OVER_PAGES = 5
 
 # (generation, bytes of an element) -> (largest head width, tile), ascending.
