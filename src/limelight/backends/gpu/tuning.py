@@ -131,7 +131,13 @@ _MOST = (
     _Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
     _Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
     *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.RULES, Needs.INTERVALS, Needs.DROPOUT)),
+    # heads in two parts: 96 as 64 and 32, 192 as 128 and 64
+    _Most(Needs.INTERVALS, _BEFORE_HOPPER, (64, 96), 128, 32, 2),
+    _Most(Needs.INTERVALS, ("hopper",), (64, 96), 128, 64, 2),
+    _Most(Needs.INTERVALS, ("blackwell",), (64, 96), 128, 32, 3),
     _Most(Needs.INTERVALS, ("hopper",), (128, 192), 128, 32, 2),
+    _Most(Needs.MAP | Needs.PAIRS, ("hopper",), (64, 192), 128, 32, 2),
+    _Most(Needs.MAP | Needs.PAIRS, ("hopper",), (192, 512), 32, 32, 2),
     _Most(Needs.INTERVALS, ("blackwell",), (128, 512), 64, 32, 2),
     _Most(Needs.PAIRS, ("blackwell",), (128, 512), 64, 32, 2),
     *(_Most(need, _BEFORE_HOPPER, (192, 512), 32, 32, 2) for need in (Needs.MAP, Needs.INTERVALS)),
@@ -190,7 +196,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
         (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-        (256, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
+        (256, Tile(16, 32, 8, 1), Tile(16, 16, 8, 1)),
         (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
@@ -298,7 +304,8 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
             )
     if rows < tile.rows:
         few = max(16, 1 << (rows - 1).bit_length())
-        tile = tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+        full = itemsize == 4 or (widest > 128 and Needs.MAP | Needs.PAIRS in needs)  # which takes 8 warps' registers
+        tile = tile._replace(rows=few, warps=4 if few <= 64 and not full else tile.warps)
         if generation == "blackwell" and tile.keys > 64:  # 128 keys spill in some widths
             tile = tile._replace(keys=64, stages=3)
         if Needs.PAGES in needs:
