@@ -112,6 +112,7 @@ class _Most(NamedTuple):
     rows: int
     keys: int
     stages: int
+    itemsize: int | None = None  # bytes of an element; None for all
 
 
 def _within(width: int, widths: tuple[int, int]) -> bool:
@@ -131,10 +132,12 @@ _MOST = (
     _Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
     _Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
     *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.RULES, Needs.INTERVALS, Needs.DROPOUT)),
-    # heads in two parts: 96 as 64 and 32, 192 as 128 and 64
-    _Most(Needs.INTERVALS, _BEFORE_HOPPER, (64, 96), 128, 32, 2),
-    _Most(Needs.INTERVALS, ("hopper",), (64, 96), 128, 64, 2),
-    _Most(Needs.INTERVALS, ("blackwell",), (64, 96), 128, 32, 3),
+    *(_Most(need, ("other",), (64, 128), 64, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES)),
+    _Most(Needs.PAIRS, None, (64, 128), 32, 16, 1, itemsize=4),
+    _Most(Needs.INTERVALS, _BEFORE_HOPPER, (64, 128), 128, 32, 2),
+    _Most(Needs.INTERVALS, ("hopper",), (64, 128), 128, 64, 2),
+    _Most(Needs.INTERVALS, ("blackwell",), (64, 96), 128, 32, 3),  # two parts
+    _Most(Needs.INTERVALS, ("blackwell",), (64, 128), 128, 64, 2),
     _Most(Needs.INTERVALS, ("hopper",), (128, 192), 128, 32, 2),
     _Most(Needs.MAP | Needs.PAIRS, ("hopper",), (64, 192), 128, 32, 2),
     _Most(Needs.MAP | Needs.PAIRS, ("hopper",), (192, 512), 32, 32, 2),
@@ -298,7 +301,8 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
     table = (*(_FORWARD_WITH_ENTROPY.get(kind, ()) if Needs.ENTROPY in needs else ()), *_FORWARD[kind])
     tile = next(tile for limit, tile in table if widest <= limit)
     for most in _MOST:
-        if most.needs in needs and (most.of is None or generation in most.of) and _within(widest, most.widths):
+        meant = (most.of is None or generation in most.of) and most.itemsize in (None, itemsize)
+        if meant and most.needs in needs and _within(widest, most.widths):
             tile = tile._replace(
                 rows=min(tile.rows, most.rows), keys=min(tile.keys, most.keys), stages=min(tile.stages, most.stages)
             )
@@ -317,9 +321,9 @@ def flash1_tile(generation: str, itemsize: int, widest: int) -> Tile:
     """The tile of `flash1`; its blocks of keys are long, since output is read and written for each."""
     if generation == "interpreter":
         return _INTERPRETED
-    if itemsize == 4:
+    if itemsize == 4 or widest > 128:
         return Tile(32, 32, 8, 1) if widest <= 64 else Tile(16, 32, 8, 1)
-    return Tile(32, 64, 8, 1)
+    return Tile(32, 64 if generation in ("ampere", "hopper") else 32, 8, 1)
 
 
 def splits(programs: int, processors: int, blocks: int) -> int:
