@@ -115,10 +115,6 @@ class _Most(NamedTuple):
     itemsize: int | None = None  # bytes of an element; None for all
 
 
-def _within(width: int, widths: tuple[int, int]) -> bool:
-    return widths[0] < width <= widths[1]
-
-
 _BEFORE_HOPPER = ("ampere", "other")  # and GeForce GPUs since
 _MOST = (
     _Most(Needs.MAP, None, (0, 512), 128, 64, 2),  # a tile map has tiles of 64 keys
@@ -302,7 +298,7 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
     tile = next(tile for limit, tile in table if widest <= limit)
     for most in _MOST:
         meant = (most.of is None or generation in most.of) and most.itemsize in (None, itemsize)
-        if meant and most.needs in needs and _within(widest, most.widths):
+        if meant and most.needs in needs and most.widths[0] < widest <= most.widths[1]:
             tile = tile._replace(
                 rows=min(tile.rows, most.rows), keys=min(tile.keys, most.keys), stages=min(tile.stages, most.stages)
             )
@@ -385,6 +381,8 @@ def column_tile(
     if needs & _OBSERVED and generation != "interpreter" and itemsize < 4:
         # 120 registers; 32 rows spill on some GPUs, whatever the warps
         tile = Tile(16, min(tile.keys, 32 if widest <= 128 else 16), 8, 1)
+    elif Needs.PAGES in needs:
+        tile = tile._replace(keys=min(tile.keys, 64))
     if wide is None:
         return tile, 1
     tile = tile._replace(rows=fitting(high, tile.rows))
