@@ -148,7 +148,7 @@ _MOST = (
     _Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
     _Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     _Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
-    *(_Most(Needs.ENTROPY | need, _BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.PAIRS)),
+    *(_Most(Needs.ENTROPY | need, _BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.RULES)),
 )
 
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
