@@ -65,8 +65,9 @@ def with_exponents(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def least_scales(x: Tensor, rows: int) -> Tensor:
     """The least scale of each block of ``rows`` rows, ``(B, H, blocks)``, with which its numbers fit."""
-    largest = torch.nn.functional.pad(x.abs().amax(3), (0, -x.shape[2] % rows)).unflatten(2, (-1, rows)).amax(3)
-    return (largest / MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = torch.nn.functional.pad(x.abs().amax(3), (0, -x.shape[2] % rows))
+    of_blocks = largest.reshape(*x.shape[:2], -1, rows).amax(3)
+    return (of_blocks / MAX).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def scaled(x: Tensor, scales: Tensor, rows: int) -> Tensor:
