@@ -118,7 +118,7 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
     if widest > 256:
         return Tile(16, 16, 8, 1)
     limit = 64 if generation == "blackwell" else 128
-    if itemsize == 2 and (Needs.MAP in needs or (widest > 128 and needs & OBSERVED)):
+    if Needs.MAP in needs or (widest > 128 and needs & OBSERVED):
         return Tile(32, 16, 8, 1)
     return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
 
