@@ -145,7 +145,7 @@ def test_any_finite_score_gives_its_weight(case, how):
 
 
 # Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.
-AWAIT = "    acc = _wait_for_output(acc, p)\n"
+AWAIT = "    acc = _wait_for_output(acc, words)\n"
 GIVE_BACK = "    _read(2, t - 1, before, item, copied, buffers, bars, const, variant)\n"
 MISTAKES = {
     "values are given back before they are read": (AWAIT + GIVE_BACK, GIVE_BACK + AWAIT),
@@ -230,6 +230,14 @@ def test_float8_equals_the_definition_on_what_its_numbers_stand_for(example):
     allowed = terms / 16 + 2.0**-9 * meant.value.amax() + 2.0**-11 * truth.abs()
     assert bool(((ours[0].double() - truth).abs() <= allowed).all())
     assert torch.allclose(ours[1].double(), lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e38, 1e-33, 1e-36])
+def test_float8_of_values_near_the_ends_of_bfloat16(size):
+    example = example_of(pattern=Causal())
+    example.value = example.value.clamp(-3, 3) * size
+    ours, truth = run(example, "flash3-float8", torch.bfloat16)[0], run(example, "truth", torch.float64)[0]
+    assert torch.allclose(ours.double(), truth, rtol=0.2, atol=0.1 * size)
 
 
 def test_float8_keeps_the_weights_of_small_values():

@@ -139,7 +139,8 @@ def finish(
         lse = gl.where(empty, logit, with_sink)
     share = gl.where(empty, 1.0, total)
     if FLOAT8:
-        rescale = rescale * gl.exp2(exponent - LIFT)
+        # Divided by itself, since the GPU's power of two is zero below 2^-126.
+        rescale = rescale * gl.exp2(exponent) / LIFTED
     # Rows with scores so large that their weights are wrong, and rows that see no key, which have the same maximum and
     # sum, are computed again like non-finite ones.
     acc = rescaled(acc, gl.where(settled, rescale / share, float("nan")), FLOAT8)
