@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from limelight.backends.gpu import launching
 from limelight.backends.gpu.launching import MOST_REGISTERS, Launched
@@ -28,8 +29,8 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(launching, "_spilling", {})
 
 
-def launched(kernel, **settings):
-    Launched(kernel, (1,), (), settings, {}).dispatch()
+def launched(kernel, *arguments, **settings):
+    Launched(kernel, (1,), arguments, settings, {}).dispatch()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,9 @@ def test_each_form_of_a_kernel_is_looked_at():
     for const in ((64, 32), (32, 32), (64, 32)):
         launched(kernel, const=const)
     assert [what for what, _ in kernel.log] == ["compiled", "launched"] * 2 + ["launched"]
+    for dtype in (torch.float16, torch.float32, torch.float16):
+        launched(kernel, torch.zeros(1, dtype=dtype), const=(64, 32))
+    assert [what for what, _ in kernel.log[5:]] == ["compiled", "launched"] * 2 + ["launched"]
 
 
 @pytest.mark.parametrize("settings", [{"maxnreg": 168}, {"RESCUE": True}])
@@ -56,6 +60,13 @@ def test_a_limit_of_the_kernel_and_rescues_are_left_alone(settings):
     kernel = Kernel(128, 4)
     launched(kernel, **settings)
     assert kernel.log == [("launched", settings.get("maxnreg"))]
+
+
+def test_on_rocm_no_limit_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    kernel = Kernel(128, 4)
+    launched(kernel, const=1)
+    assert kernel.log == [("launched", None)]
 
 
 def test_the_interpreter_compiles_nothing(monkeypatch):

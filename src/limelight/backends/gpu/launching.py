@@ -47,12 +47,13 @@ class Launched(NamedTuple):
 
     def dispatch(self) -> Any:
         """Launch through Triton's dispatch, which returns the compiled kernel, or ``None`` from its interpreter."""
-        settings = self.settings if interpreted() else with_registers(self.kernel, self.arguments, self.settings)
+        plain = interpreted() or torch.version.hip is not None  # whose compiler takes no limit
+        settings = self.settings if plain else with_registers(self.kernel, self.arguments, self.settings)
         return self.kernel[self.grid](*self.arguments, **settings)
 
 
 MOST_REGISTERS = 255  # of a thread
-_spilling: dict[tuple[Any, ...], bool] = {}  # kernels and settings -> whether they spill though registers are left
+_spilling: dict[tuple[Any, ...], bool] = {}  # by kernel, dtypes and settings: whether it spills needlessly
 
 
 def with_registers(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def with_registers(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, 
     """
     if "maxnreg" in settings or settings.get("RESCUE"):
         return settings
-    key = (kernel, *settings.items())
+    key = (kernel, *(getattr(argument, "dtype", None) for argument in arguments), *settings.items())
     if key not in _spilling:
         _spilling[key] = spills_needlessly(*resources(kernel.warmup(*arguments, grid=(1,), **settings)))
     return settings | {"maxnreg": MOST_REGISTERS} if _spilling[key] else settings
