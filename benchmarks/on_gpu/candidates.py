@@ -100,7 +100,7 @@ def times(device: torch.device, width: int, lengths: tuple[int, ...], seconds: f
     """Measure both forms in turns, in bfloat16."""
     rows = []
     for length in lengths:
-        heads, batch = (2048 // width, max(1, 16384 // length)) if device.type == "cuda" else (1, 1)
+        heads, batch = (2048 // width // 8 * 8, max(1, 16384 // length)) if device.type == "cuda" else (1, 1)
         q, k, v = (torch.randn(batch, heads, length, width, device=device).to(torch.bfloat16) for _ in range(3))
         for name, settings in (("full", {}), ("causal", {"pattern": Causal()})):
             call = prepare(q, k, v, Settings(**settings))

@@ -79,14 +79,15 @@ def test_scales_of_values_are_powers_of_two_within_a_range():
         x[:, :, 64 * block : 64 * block + 64] *= size
     x[0, 0, 3, 5] = 449.0
     small, exponents = with_exponents(x, 64)
-    assert exponents.flatten().tolist() == [1.0, -38.0, 1.0 - SPREAD, 1.0 - SPREAD]
+    assert exponents.flatten()[[0, 1, 3]].tolist() == [1.0, -38.0, 1.0 - SPREAD]
+    assert exponents.flatten()[2].isnan()  # too small to be kept beside the first: what sees it is computed again
     stands = small.float() * exponents.exp2().repeat_interleave(64, 2)[..., None]
     assert torch.equal(stands[:, :, 64:128], x[:, :, 64:128])
     assert stands[0, 0, 3, 5] == 448.0
-    assert not stands[:, :, 128:].any()
+    assert not stands[:, :, 192:].any()
     for value in (float("nan"), float("inf")):
         x[0, 0, 70, 0] = value
-        assert with_exponents(x, 64)[1].isfinite().flatten().tolist() == [True, False, True, True]
+        assert with_exponents(x, 64)[1].isfinite().flatten().tolist() == [True, False, False, True]
 
 
 def test_values_stand_where_the_weights_are_looked_for():

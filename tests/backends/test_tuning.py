@@ -11,7 +11,7 @@ from limelight.backends.gpu.tuning import NOTHING, Needs
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-GENERATIONS = ("ampere", "hopper", "blackwell", "other")
+GENERATIONS = ("ampere", "hopper", "blackwell", "other", "rocm")
 WIDTHS = (16, 32, 64, 96, 128, 192, 256, 512)
 BIAS, TABLE = Bias(torch.zeros(2, 32, 32)), RelativeBias(torch.zeros(2, 32))
 
@@ -73,7 +73,7 @@ def test_few_rows_have_small_tiles(generation):
         assert tile.stages == whole.stages or tile.keys < whole.keys or Needs.PAGES in needs
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", GENERATIONS[:-1])
 def test_decoding_over_pages_copies_two_blocks_ahead(generation):
     """Of the stages but one, the compiler gives half to the numbers of pages and half to keys and values."""
     for itemsize, widest in itertools.product((2, 4), WIDTHS):

@@ -44,11 +44,12 @@ def status() -> str:
 
 @lru_cache(maxsize=16)
 def generation(device: torch.device) -> str:
-    """The key of a device in the tuning tables: ``interpreter``, ``ampere``, ``hopper``, ``blackwell`` or ``other``."""
+    """The key of a device in the tuning tables: ``interpreter``, ``ampere``, ``hopper``, ``blackwell``, ``rocm`` or
+    ``other``. Where a table has no line for it, that for ``other`` is taken."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
-        return "other"
+        return "rocm"
     major, _ = torch.cuda.get_device_capability(device)
     return {8: "ampere", 9: "hopper", 10: "blackwell"}.get(major, "other")
 

@@ -102,7 +102,8 @@ class Most(NamedTuple):
     itemsize: int | None = None  # bytes of an element; None for all
 
 
-BEFORE_HOPPER = ("ampere", "other")  # and GeForce GPUs since
+OTHERS = ("other", "rocm")
+BEFORE_HOPPER = ("ampere", *OTHERS)  # and GeForce GPUs since
 MOST = (
     Most(Needs.MAP, None, (0, 512), 128, 64, 2),  # a tile map has tiles of 64 keys
     Most(Needs.PAIRS, None, (0, 512), 128, 64, 2),  # prefetched values take shared memory
@@ -115,7 +116,7 @@ MOST = (
     Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
     Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
     *(Most(need, BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.RULES, Needs.INTERVALS, Needs.DROPOUT)),
-    *(Most(need, ("other",), (64, 128), 64, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES)),
+    *(Most(need, OTHERS, (64, 128), 64, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES)),
     Most(Needs.PAIRS, None, (64, 128), 32, 16, 1, itemsize=4),
     Most(Needs.INTERVALS, BEFORE_HOPPER, (64, 128), 128, 32, 2),
     Most(Needs.INTERVALS, ("hopper",), (64, 128), 128, 64, 2),
@@ -191,8 +192,8 @@ DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
 MOST_OF_QUERIES = (Most(Needs.INTERVALS, BEFORE_HOPPER, (0, 128), 64, 32, 2),)
 MOST_OF_KEYS = (
     Most(Needs.INTERVALS, ("hopper",), (0, 128), 64, 64, 2),
-    Most(Needs.DISTANCES, ("other",), (0, 64), 32, 64, 2),
-    Most(Needs.MAP | Needs.PAIRS | Needs.DROPOUT, ("other",), (0, 128), 16, 16, 1),
+    Most(Needs.DISTANCES, OTHERS, (0, 64), 32, 64, 2),
+    Most(Needs.MAP | Needs.PAIRS | Needs.DROPOUT, OTHERS, (0, 128), 16, 16, 1),
 )
 
 # The same for a bias and nothing else of these: at width 96, the smaller tile of the owner of keys spills 12 bytes.

@@ -80,7 +80,7 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
         tile = tile._replace(rows=few, warps=4 if few <= 64 and not full else tile.warps)
         if generation == "blackwell" and tile.keys > 64:  # 128 keys spill in some widths
             tile = tile._replace(keys=64, stages=3)
-        if Needs.PAGES in needs:
+        if Needs.PAGES in needs and generation != "rocm":  # which has 64 KiB of shared memory
             tile = tile._replace(stages=STAGES_OVER_PAGES)
     return tile
 

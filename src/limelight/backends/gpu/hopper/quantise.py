@@ -46,7 +46,7 @@ def quantise(query: Tensor, key: Tensor, value: Tensor, keys: int) -> Quantised:
 
 def in_blocks(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """``(float8, scales)`` of ``(B, H, L, W)``: ``x`` is about the first times the scale of its block of ``rows``."""
-    scales = least_scales(x, rows)
+    scales = least_scales(largest_of_blocks(x, rows))
     return scaled(x, scales, rows), scales
 
 
@@ -55,19 +55,26 @@ def with_exponents(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
     The kernel sums outputs in units of the last block's scale, so that none of its weights is multiplied by a scale,
     and 8 bits of a weight are enough for blocks of small values, too. Powers of two make a change of units exact. A
-    scale is at least 2^-`SPREAD` of the largest of its head, so that no sum overflows.
+    scale is at least 2^-`SPREAD` of the largest of its head, so that no sum overflows; a block that needs a smaller one
+    has the exponent NaN, so that what sees it is computed again, in 16 bits.
     """
-    exponents = least_scales(x, rows).log2().ceil()
+    largest = largest_of_blocks(x, rows)
+    exponents = least_scales(largest).log2().ceil()
     finite = exponents.nan_to_num(-torch.inf, -torch.inf)  # a value that is not spoils its own block alone
-    exponents = torch.maximum(exponents, finite.amax(-1, keepdim=True) - SPREAD)
+    floor = finite.amax(-1, keepdim=True) - SPREAD
+    exponents = torch.where((exponents < floor) & (largest > 0), torch.nan, torch.maximum(exponents, floor))
     return scaled(x, exponents.exp2(), rows), exponents
 
 
-def least_scales(x: Tensor, rows: int) -> Tensor:
-    """The least scale of each block of ``rows`` rows, ``(B, H, blocks)``, with which its numbers fit."""
+def largest_of_blocks(x: Tensor, rows: int) -> Tensor:
+    """The largest magnitude in each block of ``rows`` rows, ``(B, H, blocks)``."""
     largest = torch.nn.functional.pad(x.abs().amax(3), (0, -x.shape[2] % rows))
-    of_blocks = largest.reshape(*x.shape[:2], -1, rows).amax(3)
-    return (of_blocks / MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return largest.reshape(*x.shape[:2], -1, rows).amax(3)
+
+
+def least_scales(largest: Tensor) -> Tensor:
+    """The least scales with which numbers of these magnitudes fit."""
+    return (largest / MAX).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def scaled(x: Tensor, scales: Tensor, rows: int) -> Tensor:
