@@ -205,7 +205,7 @@ BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
 # cut the keys of all rows out of two tiles.
 BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("blackwell", 2): ((64, Tile(64, 64, 8, 1)), (256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((256, Tile(64, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 8, 1)), (512, Tile(16, 16, 4, 1))),
     ("other", 4): ((64, Tile(32, 32, 8, 1)), (128, Tile(32, 16, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
