@@ -109,6 +109,7 @@ MOST = (
     Most(Needs.PAIRS, None, (0, 512), 128, 64, 2),  # prefetched values take shared memory
     Most(Needs.DISTANCES, None, (0, 512), 128, 64, 2),
     Most(Needs.DOCUMENTS, None, (0, 512), 128, 64, 2),  # registers, here and below
+    Most(Needs.PAIRS, ("ampere",), (0, 32), 128, 32, 2),
     Most(Needs.RULES, BEFORE_HOPPER, (64, 512), 128, 32, 2),
     Most(Needs.MAP, BEFORE_HOPPER, (64, 512), 128, 32, 2),
     Most(Needs.DROPOUT, (*BEFORE_HOPPER, "blackwell"), (0, 512), 128, 32, 3),
@@ -136,6 +137,7 @@ MOST = (
     Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
     Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
+    Most(Needs.ENTROPY | Needs.DISTANCES, OTHERS, (64, 128), 32, 32, 1),
     *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.RULES)),
 )
 

@@ -117,7 +117,7 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
         return INTERPRETED
     if widest > 256:
         return Tile(16, 16, 8, 1)
-    limit = 64 if generation == "blackwell" else 128
+    limit = 64 if generation == "blackwell" or Needs.DISTANCES in needs else 128
     if Needs.MAP in needs or (widest > 128 and needs & OBSERVED):
         return Tile(32, 16, 8, 1)
     return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
