@@ -137,7 +137,7 @@ MOST = (
     Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
     Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
-    Most(Needs.ENTROPY | Needs.DISTANCES, OTHERS, (64, 128), 32, 32, 1),
+    *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (64, 128), 32, 32, 1) for need in (Needs.PAIRS, Needs.DISTANCES)),
     *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.RULES)),
 )
 

@@ -117,7 +117,7 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
         return INTERPRETED
     if widest > 256:
         return Tile(16, 16, 8, 1)
-    limit = 64 if generation == "blackwell" or Needs.DISTANCES in needs else 128
+    limit = 64 if generation == "blackwell" or needs & OBSERVED else 128
     if Needs.MAP in needs or (widest > 128 and needs & OBSERVED):
         return Tile(32, 16, 8, 1)
     return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
@@ -164,7 +164,7 @@ def column_tile(
     if needs & OBSERVED and generation != "interpreter" and itemsize < 4:
         # 120 registers; 32 rows spill on some GPUs, whatever the warps
         tile = Tile(16, min(tile.keys, 32 if widest <= 128 else 16), 8, 1)
-    elif Needs.PAGES in needs:
+    elif needs & (Needs.PAGES | Needs.RULES):
         tile = tile._replace(keys=min(tile.keys, 64))
     if wide is None:
         return tile, 1
