@@ -138,7 +138,10 @@ MOST = (
     Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
     *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (64, 128), 32, 32, 1) for need in (Needs.PAIRS, Needs.DISTANCES)),
-    *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (128, 256), 32, 32, 1) for need in (Needs.MAP, Needs.RULES)),
+    *(
+        Most(Needs.ENTROPY | need, BEFORE_HOPPER, (128, 256), 32, 32, 1)
+        for need in (Needs.MAP, Needs.RULES, Needs.DROPOUT)
+    ),
 )
 
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
