@@ -191,5 +191,5 @@ def test_same_bits_every_time():
 @pytest.mark.parametrize("settings", [{}, {"pattern": Causal()}, {"pattern": Window(30, 9)}])
 def test_blocks_that_an_edge_cuts_are_computed_in_parts(settings, monkeypatch):
     """Blocks of 32 queries; those that an edge cuts in two parts of 16."""
-    monkeypatch.setattr(tuning, "_INTERPRETED", tuning.Tile(32, 16, 4, 1, edge=16))
+    monkeypatch.setattr(tuning, "INTERPRETED", tuning.Tile(32, 16, 4, 1, edge=16))
     check(lambda: settings, Lq=90, Lk=90, B=1)
