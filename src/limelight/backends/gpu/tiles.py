@@ -193,18 +193,18 @@ DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# And at most so much for other needs, in the owner of queries and in that of keys.
+# The same for a bias and nothing else of these: at width 96, the smaller tile of the owner of keys spills 12 bytes.
+BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
+    ("blackwell", 2): (DEMANDING["blackwell", 2][0], (128, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1))),
+}
+
+# Limits, as in `MOST`, of the tiles of the owner of queries and of the owner of keys.
 MOST_OF_QUERIES = (Most(Needs.INTERVALS, BEFORE_HOPPER, (0, 128), 64, 32, 2),)
 MOST_OF_KEYS = (
     Most(Needs.INTERVALS, ("hopper",), (0, 128), 64, 64, 2),
     Most(Needs.DISTANCES, OTHERS, (0, 64), 32, 64, 2),
     Most(Needs.MAP | Needs.PAIRS | Needs.DROPOUT, OTHERS, (0, 128), 16, 16, 1),
 )
-
-# The same for a bias and nothing else of these: at width 96, the smaller tile of the owner of keys spills 12 bytes.
-BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
-    ("blackwell", 2): (DEMANDING["blackwell", 2][0], (128, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1))),
-}
 
 # The owners of tiles of a bias, and of blocks of distances. The latter have at least as many keys as rows, since they
 # cut the keys of all rows out of two tiles.

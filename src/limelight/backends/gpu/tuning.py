@@ -76,11 +76,11 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
     tile = _at_most(tile, MOST, generation, itemsize, widest, needs)
     if rows < tile.rows:
         few = max(16, 1 << (rows - 1).bit_length())
-        full = itemsize == 4 or (widest > 128 and Needs.MAP | Needs.PAIRS in needs)  # which takes 8 warps' registers
+        full = itemsize == 4 or (widest > 128 and Needs.MAP | Needs.PAIRS in needs)  # 4 warps would spill
         tile = tile._replace(rows=few, warps=4 if few <= 64 and not full else tile.warps)
         if generation == "blackwell" and tile.keys > 64:  # 128 keys spill in some widths
             tile = tile._replace(keys=64, stages=3)
-        if Needs.PAGES in needs and generation != "rocm":  # which has 64 KiB of shared memory
+        if Needs.PAGES in needs and generation != "rocm":  # AMD's GPUs have 64 KiB of shared memory
             tile = tile._replace(stages=STAGES_OVER_PAGES)
     return tile
 

@@ -9,7 +9,7 @@ keys; so ``p`` and ``ds`` are in registers in the layout of the next products, a
 - the owner of keys adds ``p dO`` to dV and ``ds Q`` to dK, over the heads of its group; for widths above 128, whose two
   sums are more than the registers, one launch owns dK and another one dV, and both compute ``x``.
 
-A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}`` (or Q; in words), waits
+A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}`` (or Q; ``ds`` packed), waits
 for the first and computes weights from it while the others run; then the owner of dV issues ``p dO``, during which
 ``ds_n`` is computed. The arithmetic is that of `limelight.backends.gpu.kernels.backward`.
 """
