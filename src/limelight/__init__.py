@@ -44,6 +44,7 @@ from .forms.scores import (
 )
 from .operator.attention import attention
 from .operator.merging import merge
+from .tensors import first_calls as _first_calls
 from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from .operator.explanation import Explanation, explain
     from .pretrained import Pretrained
 
+
+_first_calls.call_each()
 
 LATE = {
     "Explanation": ".operator.explanation",
