@@ -86,7 +86,12 @@ FORWARD_WITH_ENTROPY: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
         (256, Tile(64, 32, 8, 2)),
     ),
     ("blackwell", 2): ((128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2))),  # width 64: of 128 keys 204 bytes
-    ("other", 2): (*FORWARD["other", 2][:1], (128, Tile(128, 32, 8, 3)), (192, Tile(64, 16, 8, 2))),
+    ("other", 2): (
+        *FORWARD["other", 2][:1],
+        (128, Tile(128, 32, 8, 3)),
+        (192, Tile(64, 16, 8, 2)),
+        (256, Tile(32, 32, 8, 2)),
+    ),
 }
 
 
@@ -138,6 +143,12 @@ MOST = (
     Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
     Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
     *(Most(Needs.ENTROPY | need, BEFORE_HOPPER, (64, 128), 32, 32, 1) for need in (Needs.PAIRS, Needs.DISTANCES)),
+    *(
+        Most(Needs.ENTROPY | need, ("hopper", "blackwell"), (192, 256), 32, 32, 1)
+        for need in (Needs.PAIRS, Needs.DISTANCES)
+    ),
+    Most(Needs.ENTROPY | Needs.INTERVALS, ("blackwell",), (192, 256), 32, 32, 2),
+    Most(Needs.ENTROPY | Needs.DOCUMENTS, OTHERS, (128, 192), 32, 32, 2),
     *(
         Most(Needs.ENTROPY | need, BEFORE_HOPPER, (128, 256), 32, 32, 1)
         for need in (Needs.MAP, Needs.RULES, Needs.DROPOUT)

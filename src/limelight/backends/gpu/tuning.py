@@ -120,7 +120,8 @@ def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = N
     limit = 64 if generation == "blackwell" or needs & OBSERVED else 128
     if Needs.MAP in needs or (widest > 128 and needs & OBSERVED):
         return Tile(32, 16, 8, 1)
-    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
+    narrow = generation == "blackwell" and widest <= 32 and needs & OBSERVED  # 64 keys spill 256 bytes
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit and not narrow else Tile(32, 32, 8, 1)
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
