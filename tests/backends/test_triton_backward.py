@@ -26,6 +26,7 @@ from limelight import (
     Window,
 )
 from limelight.backends.gpu import flash2, machine, tuning
+from limelight.forms.layouts import Portion
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -66,6 +67,18 @@ def check(settings, extra=(), dtype=torch.float32, Hq=4, Hkv=2, Lq=21, Lk=37, D=
 
 
 MASK = torch.rand(2, 4, 21, 37, generator=torch.Generator().manual_seed(0)) < 0.3
+#: Documents whose numbers are neither those of their segments nor those of their batch rows.
+PORTION = Portion(
+    torch.tensor(
+        [
+            [0, 0, 12, 0, 20, 8, 0, 2, 0, 0, 0],
+            [0, 12, 21, 20, 37, -4, -20, 1, 0, 0, 0],
+            [1, 0, 21, 0, 37, 16, 0, 4, 0, 0, 0],
+        ]
+    ),
+    3,
+)
+RANDOM = {"dropout": 0.3, "seed": 5}
 FORMS = {
     "full": (dict, ()),
     "causal": (lambda: {"pattern": Causal()}, ()),
@@ -74,7 +87,10 @@ FORMS = {
     "holes": (lambda: {"layout": KeyMask(MASK[:, 0, 0])}, ()),
     "packed": (lambda: {"layout": Packed((8, 0, 13), (7, 10, 20)), "pattern": Causal()}, ()),
     "padded": (lambda: {"layout": Padded(torch.tensor([5, 20]), torch.tensor([37, 0]))}, ()),
-    "dropout": (lambda: {"dropout": 0.3, "seed": 5, "pattern": Causal()}, ()),
+    "dropout": (lambda: {"pattern": Causal()} | RANDOM, ()),
+    "dropout, documents of batch rows": (
+        lambda b, t: {"layout": PORTION, "scores": (Bias(b), RelativeBias(t))} | RANDOM, [(2, 4, 21, 37), (4, 32)],
+    ),
     "sink": (lambda s: {"sink": s, "pattern": Causal()}, [(4,)]),
     "slopes": (lambda s, t: {"scores": (ALiBi(s), SoftCap(2.0), ALiBi(t))}, [(4,), (2, 4)]),
     "additive": (lambda v: {"compare": Additive(v), "pattern": Causal()}, [(4, 8)]),
@@ -85,9 +101,9 @@ FORMS = {
     "table": (lambda t: {"scores": (RelativeBias(t), SoftCap(3.0)), "pattern": Causal()}, [(4, 32)]),
     "shared table": (lambda t: {"scores": (RelativeBias(t),), "pattern": Explicit(MASK)}, [(1, 32)]),
     "table, packed": (lambda t: {"scores": (RelativeBias(t),), "layout": Packed((8, 13), (17, 20))}, [(4, 32)]),
-}
+}  # fmt: skip
 # Those in which batch rows differ; each further row costs the interpreter the time of the first.
-OF_ROWS = ("tiles", "holes", "padded", "dropout", "slopes", "bias", "shared table")
+OF_ROWS = ("tiles", "holes", "padded", "dropout", "dropout, documents of batch rows", "slopes", "bias", "shared table")
 
 
 @pytest.mark.parametrize("form", FORMS)

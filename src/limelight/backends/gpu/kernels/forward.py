@@ -18,7 +18,7 @@ from .scores import (
     strides_of_text,
     with_a_sink,
 )
-from .visibility import any_visible, blocks, in_tiles, interval_of, intervals, program
+from .visibility import any_visible, blocks, in_tiles, interval_of, intervals, program, random_row
 
 # Arguments that belong together are tuples; `const` holds the constants (`limelight.backends.gpu.constants`).
 # rows     = (b, key_head, h, i, query_at, exists)            of each row of a tile, shaped to broadcast
@@ -253,7 +253,7 @@ def forward(
     values = (value, strides_of_text(value_strides, document, key_begin, const))
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
-    dropout = (threshold, seed_of(seed), b * documents + document)
+    dropout = (threshold, seed_of(seed), random_row(b, documents, row, document))
     lowest = tl.full((const.ROWS,), -float("inf"), tl.float32)
     if RESCUE:
         m, total, acc, moments = _walk(

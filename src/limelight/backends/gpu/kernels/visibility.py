@@ -14,7 +14,8 @@ FIELDS = tl.constexpr(11)  # of a segment
 
 @triton.jit
 def load_segment(segments, number):
-    """The first seven fields of a segment (`limelight.forms.segments`)."""
+    """The first eight fields of a segment (`limelight.forms.segments`), of which ``document`` is the number of its
+    document: in the batch row for a segment of every batch row, in the whole call for any other."""
     at = segments + number * FIELDS
     row = tl.load(at).to(tl.int32)
     query_begin = tl.load(at + 1).to(tl.int32)
@@ -23,15 +24,24 @@ def load_segment(segments, number):
     key_end = tl.load(at + 4).to(tl.int32)
     query_offset = tl.load(at + 5).to(tl.int32)
     key_offset = tl.load(at + 6).to(tl.int32)
-    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset
+    document = tl.load(at + 7).to(tl.int32)
+    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
+
+
+@triton.jit
+def random_row(b, documents, row, document):
+    """What dropout's random numbers of a segment are a function of: the number of its document in the whole call, which
+    has so many ``documents`` in each batch row."""
+    return tl.where(row < 0, b * documents, 0) + document
 
 
 @triton.jit
 def segment_at(number, segments, segment, const: tl.constexpr):
-    """Segment ``number`` of the table, or the one of the call; and its document."""
+    """Segment ``number`` of the table, or the one of the call."""
     if const.SEGMENT_TABLE:
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, number)
-        document = tl.where(row < 0, number, 0)
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = load_segment(
+            segments, number
+        )
     else:
         row = -1
         document = 0
@@ -48,10 +58,10 @@ def program(work, segments, segment, const: tl.constexpr):
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     if const.SEGMENT_TABLE:
-        document = tl.load(work + tile * 2)
         first = tl.load(work + tile * 2 + 1)
-        row, _, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, document)
-        document = tl.where(row < 0, document, 0)
+        row, _, query_end, key_begin, key_end, query_offset, key_offset, document = load_segment(
+            segments, tl.load(work + tile * 2)
+        )
     else:
         document = 0
         row = -1
@@ -73,10 +83,10 @@ def program_of_keys(work, segments, segment, const: tl.constexpr):
     """
     tile = tl.program_id(0)
     if const.SEGMENT_TABLE:
-        document = tl.load(work + tile * 2)
         first = tl.load(work + tile * 2 + 1)
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, document)
-        document = tl.where(row < 0, document, 0)
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = load_segment(
+            segments, tl.load(work + tile * 2)
+        )
     else:
         document = 0
         row = -1

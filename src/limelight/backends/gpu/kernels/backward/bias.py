@@ -6,7 +6,7 @@ import triton.language as tl
 from ..dropout import seed_of
 from ..normalizers import normalizer_at
 from ..second_pass import rows_and_visibility
-from ..visibility import segment_at
+from ..visibility import random_row, segment_at
 from .tiles import product, scores, side, weights_and_gradients
 
 
@@ -22,7 +22,6 @@ def _score_gradient(
     VALUE_WIDTH: tl.constexpr = const.VALUE_WIDTH
     query, key, value, grad_output, normalizers, delta = tensors
     query_strides, key_strides, value_strides, grad_strides = strides
-    threshold, keep_scale, seed, documents, document = dropout
     key_head = h // group
     rows, seen = rows_and_visibility(
         b, h, group, i1, exists, j1, in_segment, limits, query_strides, interval_tables, tile_map, const
@@ -37,7 +36,6 @@ def _score_gradient(
     grad = side(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH)
     v = side(value, value_strides, b, key_head, j1, in_segment, VALUE_D, VALUE_WIDTH)
     dp = product(grad, v, VALUE_D, VALUE_WIDTH)
-    dropout = (threshold, keep_scale, seed, b * documents + document)
     _, ds, _ = weights_and_gradients(
         s, dp, seen, normalizer, row_delta, rows, j, in_segment[None, :], limits, scoring, dropout, const, AFTER, True,
         True,
@@ -84,8 +82,8 @@ def bias_gradient(
             if ((row < 0) | (row == b)) & (tl.max(exists.to(tl.int32), 0) * tl.max(in_segment.to(tl.int32), 0) > 0):
                 acc += _score_gradient(
                     b, h, group, i, exists, j, in_segment, (key_begin, key_end, query_offset, key_offset),
-                    (threshold, keep_scale, seed_of(seed), documents, document), heads, queries, tensors, strides,
-                    interval_tables, tile_map, scoring, const, RULE,
+                    (threshold, keep_scale, seed_of(seed), random_row(b, documents, row, document)), heads, queries,
+                    tensors, strides, interval_tables, tile_map, scoring, const, RULE,
                 )  # fmt: skip
     place = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     i = tile_i * const.ROWS + tl.arange(0, const.ROWS)
@@ -143,8 +141,8 @@ def distance_gradient(
                     ds = _score_gradient(
                         b, h, group, i, i < query_end, j, (j >= key_begin) & (j < key_end),
                         (key_begin, key_end, query_offset, key_offset),
-                        (threshold, keep_scale, seed_of(seed), documents, document), heads, queries, tensors, strides,
-                        interval_tables, tile_map, scoring, const, RULE,
+                        (threshold, keep_scale, seed_of(seed), random_row(b, documents, row, document)), heads, queries,
+                        tensors, strides, interval_tables, tile_map, scoring, const, RULE,
                     )  # fmt: skip
                     at = r[:, None] + c[None, :] - half * const.BLOCK
                     inside = (at >= 0) & (at < const.BLOCK)

@@ -7,7 +7,7 @@ from ..dropout import seed_of
 from ..forward import FAST, FINITE, NONFINITE, add_nonfinite, add_product, nonfinite_flag
 from ..normalizers import normalizer_at
 from ..scores import additive_part
-from ..visibility import contains_by_key, in_tiles, intervals, program_of_keys, queries_of, query_blocks
+from ..visibility import contains_by_key, in_tiles, intervals, program_of_keys, queries_of, query_blocks, random_row
 from .tiles import add_gradient, product, scores, side, weights_and_gradients
 
 
@@ -138,7 +138,7 @@ def key_gradient(
     keys = (query, key, key_strides)
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
-    dropout = (threshold, keep_scale, seed_of(seed), b * documents + document)
+    dropout = (threshold, keep_scale, seed_of(seed), random_row(b, documents, row, document))
     if RESCUE:
         of_key, of_value = _key_walk(
             k, v, j, low, found, high, group, queries, heads, normalizers, delta, interval_tables, in_segment, b,

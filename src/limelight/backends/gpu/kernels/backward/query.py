@@ -7,7 +7,7 @@ from ..dropout import seed_of
 from ..forward import FAST, FINITE, NONFINITE, nonfinite_flag
 from ..normalizers import normalizer_at
 from ..scores import additive_part
-from ..visibility import blocks, in_tiles, interval_of, intervals, program
+from ..visibility import blocks, in_tiles, interval_of, intervals, program, random_row
 from .tiles import add_gradient, product, scores, side, side_at, weights_and_gradients
 
 
@@ -136,7 +136,7 @@ def query_gradient(
     values = (value, value_strides)
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
-    dropout = (threshold, keep_scale, seed_of(seed), b * documents + document)
+    dropout = (threshold, keep_scale, seed_of(seed), random_row(b, documents, row, document))
     if RESCUE:
         acc, of_slopes, of_vector = _query_walk(
             q, grad, normalizer, row_delta, seen_by, rows, limits, keys, values, scoring, tile_map, dropout,
