@@ -54,7 +54,7 @@ calls = {
     "alarm": lambda: limelight.attention(states, states, states, backend="native"),
     "observe": lambda: limelight.attention(few, few, few, backend="native", observe=Observe(received=True)),
     "backward": backward,
-    # By the library, also where PyTorch's product, which no signal ends, is the faster one.
+    # The library's own kernel: where PyTorch's product is faster, `fused.matmul` calls that, which no signal ends.
     "matrices": lambda: matrices._multiply(square, square, None, torch.empty_like(square)),
     "harmless": lambda: limelight.attention(few, few, few, backend="native"),
 }

@@ -7,13 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.accuracy import check_close, rounded, steps
-from support.strategies import Example, examples, sizes
+from support.strategies import PORTION, Example, examples, sizes
 
 import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import BackendError
 from limelight.backends.gpu import flash1, flash2, machine, tuning
-from limelight.forms.layouts import Portion
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -72,19 +71,6 @@ def example_of(Hq=4, Hkv=2, Lq=37, Lk=53, D=24, Dv=40, B=2, **settings):
     return Example(limelight.tensors.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
 
 
-#: Documents whose numbers are neither those of their segments nor those of their batch rows.
-PORTION = Portion(
-    torch.tensor(
-        [
-            [0, 0, 20, 0, 30, 10, 0, 2, 0, 0, 0],
-            [0, 20, 37, 30, 53, 5, -30, 1, 0, 0, 0],
-            [1, 0, 37, 0, 53, 16, 0, 4, 0, 0, 0],
-        ]
-    ),
-    3,
-)
-
-
 @pytest.mark.parametrize(
     "example",
     [
@@ -92,7 +78,7 @@ PORTION = Portion(
         example_of(2, 1, 70, 150, D=8, Dv=8, B=1, pattern=Explicit(torch.rand(2, 70, 150) < 0.3) & Causal()),
         example_of(Lq=40, Lk=90, B=1, pattern=(Causal() & (Window(9, 0) | Keys(first=3))) | Keys(first=1)),
         example_of(layout=Packed((20, 0, 17), (5, 20, 28)), pattern=Causal(), dropout=0.3, seed=2**61 + 5),
-        example_of(layout=PORTION, pattern=Causal(), dropout=0.3, seed=5),
+        example_of(Lq=21, Lk=37, layout=PORTION, pattern=Causal(), dropout=0.3, seed=5),
         example_of(compare=Additive(torch.randn(4, 5, dtype=torch.float64)), D=5, Dv=7, B=1, pattern=Causal()),
         example_of(scores=(SoftCap(3.0), Bias(torch.randn(4, 1, 53).masked_fill(torch.rand(53) < 0.2, -INF))), B=1),
         example_of(Hq=6, Hkv=2, Lq=3, Lk=200, D=64, Dv=64, B=1, pattern=Causal(), sink=torch.randn(6)),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.accuracy import check_close, rounded_gradients
-from support.strategies import examples, sizes
+from support.strategies import PORTION, examples, sizes
 
 import limelight
 from limelight import (
@@ -26,7 +26,6 @@ from limelight import (
     Window,
 )
 from limelight.backends.gpu import flash2, machine, tuning
-from limelight.forms.layouts import Portion
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -67,17 +66,6 @@ def check(settings, extra=(), dtype=torch.float32, Hq=4, Hkv=2, Lq=21, Lk=37, D=
 
 
 MASK = torch.rand(2, 4, 21, 37, generator=torch.Generator().manual_seed(0)) < 0.3
-#: Documents whose numbers are neither those of their segments nor those of their batch rows.
-PORTION = Portion(
-    torch.tensor(
-        [
-            [0, 0, 12, 0, 20, 8, 0, 2, 0, 0, 0],
-            [0, 12, 21, 20, 37, -4, -20, 1, 0, 0, 0],
-            [1, 0, 21, 0, 37, 16, 0, 4, 0, 0, 0],
-        ]
-    ),
-    3,
-)
 RANDOM = {"dropout": 0.3, "seed": 5}
 FORMS = {
     "full": (dict, ()),

@@ -121,6 +121,20 @@ def _portion(kind):
     return drawn
 
 
+#: Of 2 batch rows, 21 queries and 37 keys: documents whose numbers are neither those of their segments nor those of
+#: their batch rows.
+PORTION = Portion(
+    torch.tensor(
+        [
+            [0, 0, 12, 0, 20, 8, 0, 2, 0, 0, 0],
+            [0, 12, 21, 20, 37, -4, -20, 1, 0, 0, 0],
+            [1, 0, 21, 0, 37, 16, 0, 4, 0, 0, 0],
+        ]
+    ),
+    3,
+)
+
+
 def _marks(draw, total: int, cuts: int) -> list[int]:
     return [0, *sorted(draw(st.lists(st.integers(0, total), min_size=cuts, max_size=cuts))), total]
 

@@ -2,9 +2,9 @@
 
 PyTorch computes `FUNCTIONS` of dense float32 and float64 tensors on CPUs by Intel's MKL, which chooses its code for the
 processor in the first call. With MKL 2024.2, which is in PyTorch's wheels, a thread that calls while another one makes
-this choice may compute its whole part of a tensor by other code, with relative errors up to 3e-4: in one of ten
-processes whose first call was one by two threads (https://github.com/pytorch/pytorch/issues/188792). Every function is
-called, since that report says that the choice is made for each.
+this choice may compute its whole part of a tensor by other code, with relative errors up to 3e-4. It was seen in one of
+ten processes in which two threads made the first call. Every function is called, since MKL chooses for each of them
+(https://github.com/pytorch/pytorch/issues/188792).
 """
 
 from __future__ import annotations
